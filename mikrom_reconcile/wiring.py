@@ -50,12 +50,12 @@ def read_tree(settings: Settings, paths: Sequence[str], known: SourceTree | None
     if not all(chosen):
         raise UsageError("an empty PATH names no specs; leave it out, or write . for this folder")
     if any(path.startswith("git+") for path in chosen):
-        from mikrom_reconcile.control.sources.git import GitPlace, GitSource, Signers
+        from mikrom_reconcile.control.sources.git import GitSource, Signers
 
         if len(chosen) > 1:
             raise UsageError("specs from git are one source: give one git+ address and nothing else")
         signers = Signers(ssh=settings.git_allowed_signers, gpg=settings.git_gnupghome)
-        return GitSource(GitPlace.of(chosen[0]), signers=signers).read(known)
+        return GitSource.of(chosen[0], signers=signers).read(known)
     if not paths and settings.specs and (settings.git_allowed_signers or settings.git_gnupghome):
         raise UsageError("commits are to be signed, and MIKROM_SPECS is no git+ address: nothing of a folder is signed")
     from mikrom_reconcile.control.sources.files import around, read_files, refuse_left_out, refuse_part

@@ -80,9 +80,9 @@ def check(service: Service, settings: Settings) -> Settings:
     if service in {"control", "beat"} and not settings.specs:
         raise UsageError("MIKROM_SPECS is not set: a service does not guess which specs it keeps applying")
     if settings.specs and settings.specs.startswith("git+"):
-        from mikrom_reconcile.control.sources.git import GitPlace
+        from mikrom_reconcile.control.sources.git import GitSource
 
-        GitPlace.of(settings.specs)
+        GitSource.of(settings.specs)
     if service == "flower":
         check_flower(settings)
     url = broker.broker_url(settings)

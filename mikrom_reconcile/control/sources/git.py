@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from subprocess import PIPE, Popen, TimeoutExpired
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -77,26 +77,6 @@ class Signers(msgspec.Struct, frozen=True, kw_only=True):
 NOBODY = Signers(ssh=None, gpg=None)
 
 
-class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository, what to take of it ("HEAD", a branch, a tag or a whole commit id), and the folder with specs."""
-
-    url: str
-    ref: str
-    folder: str
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """The place that `text` names. Raises UsageError that says what is wrong with it."""
-        before, _, folder = text.removeprefix(PREFIX).partition("#")
-        path_at = before.find("/", before.find("://") + 3)
-        at = before.rfind("@", max(0, path_at))
-        url, ref = (before, "HEAD") if at < 0 else (before[:at], before[at + 1 :])
-        if problem := _problem_of(url, ref, folder):
-            shown = re.sub(r"//[^/@]*@", "//***@", url)  # it may have a secret
-            raise UsageError(f"{PREFIX}{shown}: {problem}; example: git+https://host/repo@main#specs")
-        return cls(url=url, ref=ref, folder=folder.strip("/"))
-
-
 def _problem_of(url: str, ref: str, folder: str) -> str | None:
     try:
         parts = urlsplit(url)
@@ -120,12 +100,28 @@ def _problem_of(url: str, ref: str, folder: str) -> str | None:
 
 @dataclass(eq=False, repr=False)
 class GitSource:
-    """Every spec file, but hidden ones, below a folder of a commit that one of `signers` signed, if there are any."""
+    """Every spec file, but hidden ones, below a `folder` of what `ref` names ("HEAD", a branch, a tag or a whole commit
+    id) in a repository, signed by one of `signers`, if there are any.
+    """
 
-    place: GitPlace
+    url: str
+    ref: str
+    folder: str
     signers: Signers = NOBODY
     limit_s: float = SPECS.git_fetch_s
     _give_up_at: float = 0.0
+
+    @classmethod
+    def of(cls, text: str, **options: Any) -> Self:
+        """What the address `text` names. Raises UsageError that says what is wrong with it."""
+        before, _, folder = text.removeprefix(PREFIX).partition("#")
+        path_at = before.find("/", before.find("://") + 3)
+        at = before.rfind("@", max(0, path_at))
+        url, ref = (before, "HEAD") if at < 0 else (before[:at], before[at + 1 :])
+        if problem := _problem_of(url, ref, folder):
+            shown = re.sub(r"//[^/@]*@", "//***@", url)  # it may have a secret
+            raise UsageError(f"{PREFIX}{shown}: {problem}; example: git+https://host/repo@main#specs")
+        return cls(url, ref, folder.strip("/"), **options)
 
     def read(self, known: SourceTree | None = None) -> SourceTree:
         """The specs as they are there now, which came after `known`, or are those again. Raises SourceError."""
@@ -137,7 +133,7 @@ class GitSource:
             here = f"--git-dir={folder}"
             self._git("init", "--quiet", "--bare", folder)
             options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
-            self._git(here, "fetch", *options, "--", self.place.url, f"+{name}:{_FETCHED}")
+            self._git(here, "fetch", *options, "--", self.url, f"+{name}:{_FETCHED}")
             whole = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
             commit = whole[:ABBREVIATED]
             author = self._git(here, "show", "--no-patch", AUTHOR, commit).decode(errors="replace").strip()
@@ -158,7 +154,7 @@ class GitSource:
         try:
             self._git(*self.signers.options(), here, "verify-commit", commit, **self.signers.environment())
         except SourceError as error:
-            why = str(error).removeprefix(f"{self.place.url}: ").replace("exit code 1", "it is not signed")
+            why = str(error).removeprefix(f"{self.url}: ").replace("exit code 1", "it is not signed")
             raise SourceError(f"no signature of somebody who may sign here: {why}; see docs/trust.md") from error
         return identity
 
@@ -166,11 +162,11 @@ class GitSource:
         """Raises SourceError unless the commit came after the `known` one. A server that can sends commits alone."""
         # --unshallow would fail where all is there
         options = ["--quiet", "--filter=tree:0", "--depth=2147483647", "--no-tags", "--no-recurse-submodules"]
-        self._git(here, "fetch", *options, "--", self.place.url, f"+{name}:refs/mikrom/history")
+        self._git(here, "fetch", *options, "--", self.url, f"+{name}:refs/mikrom/history")
         history = self._git(here, "rev-list", commit).decode().splitlines()
         if not any(earlier.startswith(known) for earlier in history):
             raise SourceError(
-                f"its history lacks {known}, which was in use: {self.place.ref} was forced. To take it all the same:"
+                f"its history lacks {known}, which was in use: {self.ref} was forced. To take it all the same:"
                 f" `mikrom accept {commit[:ABBREVIATED]}`, see docs/trust.md"
             )
 
@@ -184,7 +180,7 @@ class GitSource:
         content = _contents(self._git(here, "cat-file", "--batch", said=asked))
         contents = dict(zip(blobs, content, strict=False))
         refused += [path for path in looked_at if looks_like_a_spec(contents[path][: SPECS.head_bytes])]
-        where = f"{self.place.url}#{self.place.folder} at {commit}"
+        where = f"{self.url}#{self.folder} at {commit}"
         found = ((path, contents[path]) for path in read)
         files = files_of(found, where=where, refused=sorted(refused))
         refuse_part(files, zip(outside, content, strict=True))
@@ -192,20 +188,20 @@ class GitSource:
 
     def _there_now(self) -> tuple[str, str]:
         """The full name of the ref, and its commit."""
-        ref = self.place.ref
+        ref = self.ref
         if re.fullmatch("[0-9a-f]{40}", ref):
             return ref, ref
         names = [ref, f"refs/heads/{ref}", f"refs/tags/{ref}"]
-        said = self._git("ls-remote", "--quiet", "--", self.place.url, *names, f"refs/tags/{ref}^{{}}").decode()
+        said = self._git("ls-remote", "--quiet", "--", self.url, *names, f"refs/tags/{ref}^{{}}").decode()
         there = {name: commit for commit, name in (line.split("\t") for line in said.splitlines())}
         for name in names:
             if name in there:
                 return name, there.get(f"{name}^{{}}", there[name])
-        raise SourceError(f"{self.place.url} has no branch, tag or ref {ref}")
+        raise SourceError(f"{self.url} has no branch, tag or ref {ref}")
 
     def _blobs(self, listing: Listing) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Path to object of the spec files and of those to look at; and paths to refuse. Raises SourceError."""
-        below = f"{self.place.folder}/" if self.place.folder else ""
+        below = f"{self.folder}/" if self.folder else ""
         there = [path for path in listing if path.startswith(below) and not re.search(r"(^|/)\.", path)]
         found: dict[str, dict[str, str]] = {"read": {}, "look": {}, "refuse": {}}
         total = 0
@@ -217,11 +213,11 @@ class GitSource:
                 total = checked_size(path, total + int(size)) if what == "read" else total
                 found[what][path] = blob
             elif what != "look":
-                raise SourceError(f"{path} in {self.place.url} is a link; specs from git are plain files")
+                raise SourceError(f"{path} in {self.url} is a link; specs from git are plain files")
         return found["read"], found["look"], [*found["refuse"]]
 
     def _outside(self, listing: Listing) -> dict[str, str]:
-        above = {*PurePosixPath(self.place.folder).parents} if self.place.folder else set()
+        above = {*PurePosixPath(self.folder).parents} if self.folder else set()
         files = {path: blob for path, (mode, _, blob, _) in listing.items() if mode.startswith("100")}
         specs = (path for path in files if path.lower().endswith(SUFFIXES) and PurePosixPath(path).parent in above)
         return {path: files[path] for path in specs}
@@ -243,13 +239,13 @@ class GitSource:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             if isinstance(error, TimeoutExpired):
-                raise SourceError(f"{self.place.url}: no answer within {self.limit_s:g} s") from None
+                raise SourceError(f"{self.url}: no answer within {self.limit_s:g} s") from None
             raise
         if process.returncode:
             said_why = complaint.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
             why = next((line for line in said_why if line.startswith(("fatal:", "error:"))), said_why[-1])
             large = f"would write {SPECS.git_file_bytes >> 20} MiB; is this a repository of specs?"
-            raise SourceError(f"{self.place.url}: {why.replace('died of signal 25', large)}")
+            raise SourceError(f"{self.url}: {why.replace('died of signal 25', large)}")
         return answer
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mikrom_reconcile.control.sources.git import GitPlace, GitSource
+from mikrom_reconcile.control.sources.git import GitSource
 from mikrom_reconcile.core.model.documents import SourceTree
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
 from mikrom_reconcile.times_and_sizes import SPECS
@@ -47,7 +47,7 @@ class Repository:
         return self.git("rev-parse", "HEAD")
 
     def source(self, rest: str = "@main#specs", **options: Any) -> GitSource:
-        return GitSource(GitPlace.of(f"git+file://{self.folder}{rest}"), **options)
+        return GitSource.of(f"git+file://{self.folder}{rest}", **options)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_a_server_that_never_answers_is_given_up_with_all_that_was_started(
     monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"no answer within 0.5 s"):
-        GitSource(GitPlace.of("git+ssh://git@example.net/repo"), limit_s=0.5).read()
+        GitSource.of("git+ssh://git@example.net/repo", limit_s=0.5).read()
     assert time.monotonic() - began < 30  # it would be 60
     wait_until(lambda: not Path(f"/proc/{pid_file.read_text().strip()}").exists(), "the end of ssh")
 
@@ -184,7 +184,7 @@ class LockedServer:
     def __init__(self) -> None:
         self.given: list[str] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.place = GitPlace.of(f"git+http://127.0.0.1:{self._socket.getsockname()[1]}/repo")
+        self.address = f"git+http://127.0.0.1:{self._socket.getsockname()[1]}/repo"
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -207,7 +207,7 @@ def locked() -> LockedServer:
 def test_git_never_asks_for_a_password(locked: LockedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_ASKPASS", "/bin/false")
     with pytest.raises(SourceError, match=r"could not read Username"):
-        GitSource(locked.place, limit_s=10).read()
+        GitSource.of(locked.address, limit_s=10).read()
 
 
 @pytest.mark.parametrize("way", ["a credential helper", "GIT_ASKPASS"])
@@ -224,7 +224,7 @@ def test_git_uses_the_credentials_of_its_own_configuration(
         monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     program.chmod(0o755)
     with pytest.raises(SourceError, match="not found") as told:
-        GitSource(locked.place, limit_s=10).read()
+        GitSource.of(locked.address, limit_s=10).read()
     assert locked.given[-1] == "ana:sesame"
     assert "sesame" not in str(told.value)
 
@@ -260,7 +260,7 @@ def daemon(repository: Repository) -> Iterator[str]:
 
 def test_specs_come_from_a_server(repository: Repository, daemon: str) -> None:
     commit = repository.commit(web="one")
-    source = GitSource(GitPlace.of(daemon))
+    source = GitSource.of(daemon)
     tree = source.read()
     assert (tree.revision, texts(tree)) == (commit[:12], {"specs/web.yml": "one"})
     commit = repository.commit(web="two")
@@ -280,7 +280,7 @@ def test_specs_come_from_a_server(repository: Repository, daemon: str) -> None:
     ],
 )
 def test_an_address_is_taken_apart(text: str, place: tuple[str, str, str]) -> None:
-    found = GitPlace.of(text)
+    found = GitSource.of(text)
     assert (found.url, found.ref, found.folder) == place
 
 
@@ -312,5 +312,5 @@ def test_an_address_is_taken_apart(text: str, place: tuple[str, str, str]) -> No
 )
 def test_what_git_would_take_for_something_else_is_refused_before_it_starts(hostile: str) -> None:
     with pytest.raises(UsageError, match="example: git") as told:
-        GitPlace.of(hostile)
+        GitSource.of(hostile)
     assert "sesame" not in str(told.value)

@@ -23,9 +23,6 @@ from mikrom_reconcile.core.specs.inventory import EVERY, RESERVED, UNARY, Invent
 from mikrom_reconcile.core.specs.networks import network_mistakes, network_of, overlapping
 from mikrom_reconcile.times_and_sizes import SPECS
 
-GOOD, MISSPELT, BROKEN = 2, 1, 0
-"""How much of a document can be used: it obeys its schema, only has unknown keys, or at best has a name."""
-
 
 class Documents:
     """All documents of a tree, and what they may refer to. `images` are the names that fleets may use; `images_known`
@@ -33,7 +30,8 @@ class Documents:
     """
 
     def __init__(self, reading: Reading, inventory: Inventory) -> None:
-        self.by_state = {GOOD: reading.documents, MISSPELT: reading.misspelt, BROKEN: reading.broken}
+        self.good, self.misspelt = reading.documents, reading.misspelt
+        self.named = [each for each in (*self.good, *self.misspelt, *reading.broken) if each.name]
         refused = {document.kind for document in (*reading.misspelt, *reading.broken)}
         self.inventory = inventory
         self.hosts = tuple(inventory.hosts)
@@ -44,18 +42,9 @@ class Documents:
         self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
 
     @cached_property
-    def first(self) -> dict[tuple[str, str], SpecDocument]:
-        """The first document of each kind and name, by its place."""
-        found: dict[tuple[str, str], SpecDocument] = {}
-        named = [each for documents in self.by_state.values() for each in documents if each.name]
-        for document in sorted(named, key=lambda document: (document.path, document.line)):
-            found.setdefault(identity(document), document)
-        return found
-
-    @cached_property
     def networks(self) -> dict[str, SpecDocument]:
         """The networks in which nothing is wrong by themselves."""
-        networks = [document for document in self.by_state[GOOD] if document.kind == "Network"]
+        networks = [document for document in self.good if document.kind == "Network"]
         return {each.name: each for each in networks if not any(network_mistakes(each.body["spec"]))}
 
     @cached_property
@@ -73,38 +62,37 @@ class Documents:
         return tuple(sorted({f"host.{name}" for host in self.hosts for name in self.inventory.facts(host)}))
 
 
-def identity(document: SpecDocument) -> tuple[str, str]:
-    """What no second document may have: its kind and name."""
-    return document.kind, "" if document.kind in {"Project", "Inventory"} else document.name
-
-
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: what finds the problems of a document of these `kinds` (none: all) and `state`, and what it needs."""
+    """One row: what finds the problems of a document of these `kinds`, also of one that only has unknown keys if it
+    looks at those that are `misspelt`, and what it needs.
+    """
 
     problems: Callable[[SpecDocument, Documents], Iterator[Diagnostic]]
-    kinds: frozenset[str] = frozenset()
-    state: int = GOOD
+    kinds: frozenset[str]
+    misspelt: bool = False
     needs: Literal["", "hosts_known", "images_known"] = ""
 
 
 def validate(known: Documents) -> Iterator[Diagnostic]:
     """What the checks find in all documents."""
+    yield from _duplicates(known.named)
     checks = [check for check in CHECKS if not check.needs or getattr(known, check.needs)]
-    for state, documents in known.by_state.items():
+    for documents, rows in ((known.good, checks), (known.misspelt, [check for check in checks if check.misspelt])):
         for document in documents:
-            for check in checks:
-                if state >= check.state and (not check.kinds or document.kind in check.kinds):
+            for check in rows:
+                if document.kind in check.kinds:
                     yield from check.problems(document, known)
 
 
-def _duplicates(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
-    if not document.name:
-        return
-    first = known.first[identity(document)]
-    in_one_folder = first.path != document.path and all(variables_of(each.path)[2] for each in (first, document))
-    if first is not document and not in_one_folder:
-        message = f"a second {document.kind} {document.name}; the first is {first.path}:{first.line}"
-        yield Diagnostic(document, () if document.kind.endswith("Vars") else ("metadata", "name"), message)
+def _duplicates(documents: list[SpecDocument]) -> Iterator[Diagnostic]:
+    known: dict[tuple[str, str], SpecDocument] = {}
+    for document in sorted(documents, key=lambda document: (document.path, document.line)):
+        name = "" if document.kind in {"Project", "Inventory"} else document.name
+        first = known.setdefault((document.kind, name), document)
+        in_one_folder = first.path != document.path and all(variables_of(each.path)[2] for each in (first, document))
+        if first is not document and not in_one_folder:
+            message = f"a second {document.kind} {document.name}; the first is {first.path}:{first.line}"
+            yield Diagnostic(document, () if document.kind.endswith("Vars") else ("metadata", "name"), message)
 
 
 def _image(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
@@ -306,18 +294,17 @@ def _freeze(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
 _FLEET, _INVENTORY, _VARIABLES = frozenset({"Fleet"}), frozenset({"Inventory"}), frozenset({"GroupVars", "HostVars"})
 
 CHECKS: Final = (
-    Check(problems=_duplicates, state=BROKEN),
     Check(kinds=frozenset({"Image"}), problems=_image),
     Check(kinds=_FLEET | _INVENTORY, problems=_reserved_names),
     Check(kinds=_FLEET | _INVENTORY | _VARIABLES, problems=_variable_names),
     Check(kinds=_FLEET, problems=_whole_numbers),
     Check(kinds=_FLEET, problems=_replicas_or_instances),
     Check(kinds=frozenset({"Network"}), problems=_network),
-    Check(kinds=_FLEET, problems=_fleet_images, state=MISSPELT, needs="images_known"),
+    Check(kinds=_FLEET, problems=_fleet_images, misspelt=True, needs="images_known"),
     Check(kinds=_INVENTORY, problems=_circles, needs="hosts_known"),
     Check(kinds=_INVENTORY, problems=_groups, needs="hosts_known"),
     Check(kinds=_VARIABLES, problems=_variables_of_nothing, needs="hosts_known"),
-    Check(kinds=_FLEET, problems=_fleet_hosts, state=MISSPELT, needs="hosts_known"),
+    Check(kinds=_FLEET, problems=_fleet_hosts, misspelt=True, needs="hosts_known"),
     Check(kinds=_FLEET, problems=_placement, needs="hosts_known"),
     Check(kinds=_FLEET, problems=budget_mistakes),
     Check(kinds=frozenset({"Project"}), problems=_freeze),

@@ -42,21 +42,6 @@ class Documents:
         self.images = (*BUILT_IN, *(each.name for each in reading.documents if each.kind == "Image"))
 
     @cached_property
-    def networks(self) -> dict[str, SpecDocument]:
-        """The networks in which nothing is wrong by themselves."""
-        networks = [document for document in self.good if document.kind == "Network"]
-        return {each.name: each for each in networks if not any(network_mistakes(each.body["spec"]))}
-
-    @cached_property
-    def overlaps(self) -> dict[str, list[SpecDocument]]:
-        """The networks before each that have addresses of it."""
-        found: dict[str, list[SpecDocument]] = {}
-        networks = [network_of(name, document.body["spec"]) for name, document in self.networks.items()]
-        for name, other in islice(overlapping(networks), SPECS.max_problems):
-            found.setdefault(name, []).append(self.networks[other])
-        return found
-
-    @cached_property
     def attributes(self) -> tuple[str, ...]:
         """What constraints can ask of hosts: the variables that any of them has."""
         return tuple(sorted({f"host.{name}" for host in self.hosts for name in self.inventory.facts(host)}))
@@ -76,6 +61,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def validate(known: Documents) -> Iterator[Diagnostic]:
     """What the checks find in all documents."""
     yield from _duplicates(known.named)
+    yield from _overlaps([document for document in known.good if document.kind == "Network"])
     checks = [check for check in CHECKS if not check.needs or getattr(known, check.needs)]
     for documents, rows in ((known.good, checks), (known.misspelt, [check for check in checks if check.misspelt])):
         for document in documents:
@@ -144,13 +130,19 @@ def _variables_in(document: SpecDocument) -> Iterator[tuple[Pointer, dict[str, A
                 yield ("spec", word, name, "vars"), (entry or {}).get("vars", {})
 
 
-def _network(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:
+def _network(document: SpecDocument, _: Documents) -> Iterator[Diagnostic]:
     for pointer, message in network_mistakes(document.body["spec"]):
         yield Diagnostic(document, ("spec", *pointer), message)
-    if known.networks.get(document.name) is document:
-        for other in known.overlaps.get(document.name, ()):
-            message = f"network {document.name} shares addresses with network {other.name} ({other.path}:{other.line})"
-            yield Diagnostic(document, ("spec", "cidr"), message)
+
+
+def _overlaps(documents: list[SpecDocument]) -> Iterator[Diagnostic]:
+    """Networks that have addresses of others before them, where nothing else is wrong in both."""
+    good = {each.name: each for each in documents if not any(network_mistakes(each.body["spec"]))}
+    networks = [network_of(name, document.body["spec"]) for name, document in good.items()]
+    for name, before in islice(overlapping(networks), SPECS.max_problems):
+        other = good[before]
+        message = f"network {name} shares addresses with network {before} ({other.path}:{other.line})"
+        yield Diagnostic(good[name], ("spec", "cidr"), message)
 
 
 def _groups(document: SpecDocument, known: Documents) -> Iterator[Diagnostic]:

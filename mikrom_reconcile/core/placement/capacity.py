@@ -143,9 +143,8 @@ class SpreadCounts:
     def __init__(self, paths: Paths, max_skews: tuple[int, ...], vms: Iterable[str]) -> None:
         self.paths = paths.by_host
         steps = ((path[:depth], path[depth]) for path in paths.different for depth in range(len(max_skews)))
-        values = group_by(steps, itemgetter(0))
-        of_skew = {top: max_skews[len(top)] for top in values}
-        self.counters = {top: SkewCounter(of_skew[top], map(itemgetter(1), values[top])) for top in values}
+        values = group_by(steps, itemgetter(0)).items()
+        self.counters = {top: SkewCounter(max_skews[len(top)], map(itemgetter(1), inside)) for top, inside in values}
         for host in vms:
             self.add(host)
 

@@ -19,8 +19,7 @@ from mikrom_reconcile.times_and_sizes import SPECS
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-Need = tuple[Capacity, frozenset[str]]
-"""What a VM takes of a host: room, and ports that it publishes there."""
+Need = tuple[Capacity, frozenset[str]]  # what a VM takes of a host: room, and ports that it publishes there
 
 
 class Placing(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,9 +125,7 @@ class Group(Sizing, frozen=True, kw_only=True):
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """All hosts and groups, with group_vars/ and host_vars/; without hosts, none is written. Answers are cached:
-    thousands of fleets ask the same.
-    """
+    """All hosts and groups; one without hosts stands for none. Answers are cached: thousands of fleets ask the same."""
 
     hosts: dict[str, Host] = {}
     groups: dict[str, Group] = {}

@@ -71,9 +71,7 @@ class Specs(msgspec.Struct, frozen=True, kw_only=True):
 def load(
     tree: SourceTree, schemas: Schemas, extra_vars: dict[str, Any] | None = None
 ) -> tuple[Specs, tuple[SpecProblem, ...], bool]:
-    """The good specs, all problems by place, and whether all that fleets refer to is good. Raises UsageError for -e,
-    and SourceError if the tree says nothing.
-    """
+    """The good specs, problems by place, and if all that fleets refer to is good. Raises UsageError, SourceError."""
     if built_in := sorted(BUILT_IN_NAMES.intersection(extra_vars or ())):
         raise UsageError(f"-e: {', '.join(built_in)} is built in and cannot be set; give the variable another name")
     reading = read_tree(tree, schemas)

@@ -48,9 +48,7 @@ class Documents:
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: what finds the problems of a document of these `kinds`, also of one that only has unknown keys if it
-    looks at those that are `misspelt`, and what it needs.
-    """
+    """One row: what finds the problems of documents of these `kinds`, `misspelt` ones included, and what it needs."""
 
     problems: Callable[[SpecDocument, Documents], Iterator[Diagnostic]]
     kinds: frozenset[str]
@@ -229,9 +227,8 @@ def _fleet_hosts(document: SpecDocument, known: Documents) -> Iterator[Diagnosti
         host = (fields or {}).get("host")
         if host is not None and host not in known.hosts:
             mistake = f"the inventory has no host {shown(host)}", nearest(host, known.hosts)
-            yield Diagnostic(
-                document, ("spec", "instances", name, "host"), *(mistake if known.hosts else _NO_INVENTORY)
-            )
+            pointer = ("spec", "instances", name, "host")
+            yield Diagnostic(document, pointer, *(mistake if known.hosts else _NO_INVENTORY))
 
 
 _NO_INVENTORY = "there is no Inventory, so no host can be named", "add one, or leave this out"

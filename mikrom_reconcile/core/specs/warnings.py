@@ -1,6 +1,6 @@
 """What is written in good specs and has no effect, as far as that is no mistake for sure: one table of warnings."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -22,12 +22,10 @@ def spec_warnings(specs: Specs, pending: Sequence[UnplacedVM]) -> tuple[SpecProb
 
 
 def _overrides(specs: Specs, pending: Sequence[UnplacedVM]) -> Iterator[Diagnostic]:
-    used: dict[str, set[int]] = defaultdict(set)
-    for vm in {id(vm.template): vm for vm in pending}.values():
-        used[vm.fleet.name].update(vm.template.overrides)
+    used = {(vm.fleet.name, number) for vm in pending for number in vm.template.overrides}
     for fleet in specs.fleets:
         for number, override in enumerate(fleet.overrides):
-            if number not in used[fleet.name]:
+            if (fleet.name, number) not in used:
                 pointer = ("spec", "overrides", number, "match")
                 message = f"override {yaml_words.shown(override['match'])} matches no VM of fleet {fleet.name}"
                 yield Diagnostic(fleet.document, pointer, message)

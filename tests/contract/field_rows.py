@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from mikrom_reconcile.core.model.desired import DesiredVM, Policy, VMSpec
 from mikrom_reconcile.core.model.encoding import spec_digest
 from mikrom_reconcile.host.drivers import qemu
+from mikrom_reconcile.host.drivers.vmm_driver import Answer
 from mikrom_reconcile.host.resources.images import ImageCache
 from mikrom_reconcile.host.resources.networks import Networks
 from mikrom_reconcile.system import processes
@@ -127,16 +128,20 @@ class World:
         (pid,) = self.bench.pids(VM)
         return processes.arguments(pid)
 
+    def of_qemu(self) -> Answer:
+        """What the command line of a QEMU says."""
+        return qemu.read_back(self.argv(), "running")
+
     def machine(self, name: str) -> Any:
         if isinstance(self.bench, QemuBench):
-            return getattr(qemu.machine_in(self.argv()), name)
+            return getattr(self.of_qemu().machine, name)
         if isinstance(self.bench, SimulatedBench):
             return json.loads((self.folder / f"state/sim/{VM}.json").read_text())["machine"][name]
         return self.config()["machine-config"].get(name)
 
     def boot_args(self) -> str:
         if isinstance(self.bench, QemuBench):
-            return qemu.boot_args_in(self.argv()) or ""
+            return self.of_qemu().boot_args or ""
         if isinstance(self.bench, SimulatedBench):
             return str(json.loads((self.folder / f"state/sim/{VM}.json").read_text())["boot_args"])
         return str(self.config()["boot-source"]["boot_args"])
@@ -151,12 +156,12 @@ class World:
 
     def disks(self) -> dict[str, str]:
         if isinstance(self.bench, QemuBench):
-            return {name: str(disk.path) for name, disk in qemu.disks_in(self.argv()).items()}
+            return {name: str(disk.path) for name, disk in self.of_qemu().disks.items()}
         return {drive["drive_id"]: drive["path_on_host"] for drive in self.config()["drives"]}
 
     def is_read_only(self) -> bool:
         if isinstance(self.bench, QemuBench):
-            return qemu.disks_in(self.argv())["data"].read_only
+            return self.of_qemu().disks["data"].read_only
         return bool(self.drive()["is_read_only"])
 
     def drive(self) -> dict[str, Any]:
@@ -183,7 +188,7 @@ class World:
     def interfaces(self) -> dict[str, str]:
         """Interfaces of the VMM and their taps."""
         if isinstance(self.bench, QemuBench):
-            return {name: nic.tap for name, nic in qemu.interfaces_in(self.argv()).items()}
+            return {name: nic.tap for name, nic in self.of_qemu().interfaces.items()}
         return {nic["iface_id"]: nic["host_dev_name"] for nic in self.config()["network-interfaces"]}
 
     def metadata(self) -> dict[str, Any]:
@@ -203,7 +208,7 @@ class World:
 
     def mtus(self) -> list[int | None]:
         """What the VMM tells its guest, and that of the tap."""
-        nic = qemu.interfaces_in(self.argv())["eth0"]
+        nic = self.of_qemu().interfaces["eth0"]
         with Netlink() as kernel:
             tap = kernel.link(nic.tap)
         return [nic.mtu, tap.mtu if tap else None]

@@ -21,8 +21,6 @@ from mikrom_reconcile.host.resources.provisioner import boot_args_of
 from mikrom_reconcile.system.files import descriptor, read_json, sync, sync_folder, write_whole
 from mikrom_reconcile.times_and_sizes import VMMS
 
-RESUMING = "resuming its memory"
-
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What was so when the memory was whole: `facts` have to be the same, in words, and `files` belong to it."""

@@ -5,6 +5,7 @@ of spec, resources and paths, and read back to see what runs.
 
 import re
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.core.model.encoding import decoded
@@ -67,6 +69,7 @@ _ROOT = {False: " root=/dev/vda rw", True: " root=/dev/vda ro"}
 _NETDEV = re.compile(r"tap,id=(?P<name>\w+),ifname=(?P<tap>\w+),")
 _NIC = re.compile(r"virtio-net-device,netdev=(?P<name>\w+),mac=(?P<mac>[0-9a-f:]+)(?:,host_mtu=(?P<mtu>\d+))?")
 _DRIVE = re.compile(r"if=none,format=raw,readonly=(?P<mode>on|off),id=(?P<name>\w+),file=(?P<path>.*)", re.DOTALL)
+_SIZES = re.compile(r"([0-9]+) ([0-9]+)M")
 _ENTROPY = "virtio-rng-device"
 _FIRECRACKERS = (
     *("machine.smt", "machine.cpu_template", "machine.huge_pages", "cpu_config"),
@@ -104,7 +107,9 @@ class QemuDriver(VMMDriver):
         return "its kernel is neither a bzImage nor a vmlinux with a PVH entry, and QEMU boots those"
 
     def _vm_in(self, name: str, argv: list[str]) -> str | None:
-        return _after("-name", argv) or "" if name.startswith("qemu-system") else None
+        if not name.startswith("qemu-system"):
+            return None
+        return argv[argv.index("-name") + 1] if "-name" in argv[:-1] else ""
 
     def _command(self, record: VMRecord, paths: VMPaths, resources: VMResources) -> Command:
         if resources.metadata is not None:
@@ -124,16 +129,8 @@ class QemuDriver(VMMDriver):
     def _answer(self, record: VMRecord, vmm: VMM, timeout_s: float) -> Answer:
         with vmm.connect(QMP, timeout_s) as qmp:
             status = _status_of(qmp)
-        argv = processes.arguments(vmm.process.pid)
-        return Answer(
-            status=status,
-            machine=machine_in(argv),
-            boot_args=boot_args_in(argv),
-            disks=disks_in(argv),
-            interfaces=interfaces_in(argv),
-            entropy=_ENTROPY in argv,
-            metadata=_metadata_on(vmm.paths.metadata) if record.spec.has_metadata else None,
-        )
+        metadata = _metadata_on(vmm.paths.metadata) if record.spec.has_metadata else None
+        return replace(read_back(processes.arguments(vmm.process.pid), status), metadata=metadata)
 
     def _set_paused(self, vmm: VMM, timeout_s: float, *, paused: bool) -> None:
         with vmm.connect(QMP, timeout_s) as qmp:
@@ -260,51 +257,33 @@ def _nic_arguments(interface: Interface) -> tuple[str, ...]:
     )
 
 
-def machine_in(argv: list[str]) -> Machine | None:
-    """The machine that a command line asks for; None if it is not one of ours."""
-    vcpu_count, mem_size = _after("-smp", argv) or "", _after("-m", argv) or ""
-    mem_size_mib = mem_size.removesuffix("M")
-    if not (vcpu_count.isdecimal() and mem_size_mib.isdecimal() and mem_size.endswith("M")):
-        return None
-    return Machine(vcpu_count=int(vcpu_count), mem_size_mib=int(mem_size_mib))
-
-
-def boot_args_in(argv: list[str]) -> str | None:
-    """The kernel's command line, without what a root disk adds to it."""
-    text = _after("-append", argv)
-    if text is None or ROOT_ID not in disks_in(argv):
-        return text
-    return text[: -len(_ROOT[False])]  # as long as the other
-
-
-def disks_in(argv: list[str]) -> dict[str, Disk]:
-    """The disks by name."""
-    found = filter(None, map(_DRIVE.fullmatch, _values("-drive", argv)))
-    paths = ((drive, Path(drive["path"].replace(",,", ","))) for drive in found)
-    disks = (Disk(name=drive["name"], path=path, read_only=drive["mode"] == "on") for drive, path in paths)
-    return {disk.name: disk for disk in disks}
-
-
-def interfaces_in(argv: list[str]) -> dict[str, Interface]:
-    """The interfaces by name, with what each has."""
-    taps = {found["name"]: found["tap"] for value in _values("-netdev", argv) if (found := _NETDEV.match(value))}
-    nics = [found for value in _values("-device", argv) if (found := _NIC.fullmatch(value))]
-    return {
-        nic["name"]: Interface(
-            name=nic["name"], tap=taps.get(nic["name"], ""), mac=nic["mac"], mtu=int(nic["mtu"] or 0) or None
-        )
-        for nic in nics
-    }
-
-
-def _values(option: str, argv: list[str]) -> list[str]:
-    return [value for word, value in pairwise(argv) if word == option]
-
-
-def _after(option: str, argv: list[str]) -> str | None:
-    """What follows the first `option`. What we look for stands before the boot arguments, which may hold any word."""
-    place = argv.index(option) if option in argv else len(argv)
-    return argv[place + 1] if place + 1 < len(argv) else None
+def read_back(argv: list[str], status: VMMStatus) -> Answer:
+    """What a command line says. What is looked for stands before the boot arguments, which may hold any word."""
+    said = defaultdict[str, list[str]](list)
+    for option, value in pairwise(argv):
+        said[option].append(value)
+    disks = (
+        Disk(name=disk["name"], path=Path(disk["path"].replace(",,", ",")), read_only=disk["mode"] == "on")
+        for disk in filter(None, map(_DRIVE.fullmatch, said["-drive"]))
+    )
+    taps = {nic["name"]: nic["tap"] for nic in filter(None, map(_NETDEV.match, said["-netdev"]))}
+    nics = (
+        Interface(name=nic["name"], tap=taps.get(nic["name"], ""), mac=nic["mac"], mtu=int(nic["mtu"] or 0) or None)
+        for nic in filter(None, map(_NIC.fullmatch, said["-device"]))
+    )
+    sizes = _SIZES.fullmatch(" ".join((*said["-smp"][:1], *said["-m"][:1])))
+    boot_args = next(iter(said["-append"]), None)
+    disk_of = {disk.name: disk for disk in disks}
+    if boot_args is not None and ROOT_ID in disk_of:
+        boot_args = boot_args[: -len(_ROOT[False])]  # as long as the other
+    return Answer(
+        status=status,
+        machine=Machine(vcpu_count=int(sizes[1]), mem_size_mib=int(sizes[2])) if sizes else None,
+        boot_args=boot_args,
+        disks=disk_of,
+        interfaces={nic.name: nic for nic in nics},
+        entropy=_ENTROPY in said["-device"],
+    )
 
 
 def _quoted(path: Path) -> str:

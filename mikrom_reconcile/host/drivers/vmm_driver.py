@@ -178,7 +178,7 @@ class VMMDriver(Driver, ABC):
             command, kept, note = self._command(record, vmm.paths, resources), memory.read(vmm.paths), ""
         try:
             if kept is not None:
-                with vmm.spawned(command, record), translate_errors(record.vm, memory.RESUMING):
+                with vmm.spawned(command, record), translate_errors(record.vm, "resuming its memory"):
                     self._resume(record, vmm, kept, give_up_at)
                 return "it went on from its memory"
         except ActionError as error:

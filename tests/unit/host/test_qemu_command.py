@@ -11,13 +11,11 @@ from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.drivers.qemu import (
     OVERHEAD_MIB,
     Accelerator,
-    boot_args_in,
     command_line,
-    disks_in,
-    interfaces_in,
-    machine_in,
+    read_back,
 )
 from mikrom_reconcile.host.drivers.vmm import StateLayout
+from mikrom_reconcile.host.drivers.vmm_driver import Answer
 from mikrom_reconcile.host.resources.disks import ROOT_ID, Disk
 from mikrom_reconcile.host.resources.networks import Interface
 from mikrom_reconcile.host.resources.provisioner import VMResources
@@ -64,16 +62,20 @@ def test_what_a_spec_says_is_read_back(
     )
     argv = line(VMSpec(image="x", machine=machine, boot_args=boot_args), *disks, interfaces=nics)
     assert after("-name", argv) == "web-001"
-    assert machine_in(argv) == machine
-    assert boot_args_in(argv) == boot_args
-    assert disks_in(argv) == {disk.name: disk for disk in disks}
-    assert interfaces_in(argv) == {nic.name: nic for nic in nics}
+    assert read_back(argv, "running") == Answer(
+        status="running",
+        machine=machine,
+        boot_args=boot_args,
+        disks={disk.name: disk for disk in disks},
+        interfaces={nic.name: nic for nic in nics},
+        entropy=False,  # the demo guest gets none
+    )
 
 
 def test_a_command_line_that_is_not_ours_says_nothing() -> None:
     for argv in ([], ["-smp"], ["-smp", "2", "-m", "1G"], ["-smp", "cpus=2", "-m", "8M"]):
-        assert machine_in(argv) is None
-    assert (boot_args_in([]), disks_in(["-drive", "file=/a"])) == (None, {})
+        assert read_back(argv, "running") == Answer(status="running")
+    assert read_back(["-drive", "file=/a"], "paused") == Answer(status="paused")
 
 
 def test_disks_stand_on_the_bus_in_their_order_and_the_root_disk_is_mounted_as_under_firecracker() -> None:

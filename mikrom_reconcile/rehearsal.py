@@ -54,7 +54,7 @@ class RehearsedDriver(SimulatedDriver):
 
     def observe(self, record: VMRecord) -> VMMFacts:
         if (since_s := self.up.get(record.vm)) is None:
-            return VMMFacts(status="none", end="clean")
+            return VMMFacts(status="none", end="suspended" if record.state == "suspended" else "clean")
         status: Literal["running", "paused"] = "paused" if record.state == "paused" else "running"
         return VMMFacts(status=status, pid=1, age_s=self._clock.at_s - since_s)
 
@@ -69,6 +69,9 @@ class RehearsedDriver(SimulatedDriver):
 
     def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
         """Nothing: its record says so."""
+
+    def suspend(self, record: VMRecord, *, deadline_s: float) -> None:
+        """Nothing: as above."""
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:  # noqa: ARG002 - the port's
         """It has been down since the action began."""

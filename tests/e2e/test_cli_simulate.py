@@ -31,6 +31,14 @@ def test_a_change_is_rehearsed_from_what_runs_and_nothing_is_touched(mikrom: Mik
     assert "3 unchanged" not in mikrom("plan").stdout
 
 
+def test_vms_are_suspended_and_go_on_in_a_rehearsal_too(mikrom: Mikrom, folder: Path) -> None:
+    mikrom("apply", "--yes")
+    for state, applied in (("suspended", "3 suspended"), ("running", "3 started")):
+        write_specs(folder, WEB.replace("image: hello", f"image: hello, state: {state}") % 3)
+        assert "Converges after 1.0 s: 1 run, 3 actions.\n" in mikrom("simulate").stdout
+        assert applied in mikrom("apply", "--yes").stdout
+
+
 def test_the_same_seed_has_the_same_faults_and_what_is_refused_does_not_converge(mikrom: Mikrom, folder: Path) -> None:
     write_specs(folder, FLEET)
     asked = ("simulate", "--fresh", "--faults", "hosts", "--faults", "starts", "--seed", "5", "-o", "json")

@@ -42,12 +42,6 @@ Accelerator = Literal["kvm", "tcg"]  # what runs the guest's instructions: the C
 
 METADATA_ID = "mmds"  # the serial number of the disk that the guest finds its metadata on; the last of its disks
 
-OVERHEAD_MIB: dict[Accelerator, int] = {
-    "kvm": VMMS.qemu_overhead_mib,
-    "tcg": VMMS.qemu_overhead_mib + VMMS.qemu_translated_mib,
-}
-"""Memory of a QEMU beside its guest's."""
-
 _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
     "tcg": ("-accel", f"tcg,tb-size={VMMS.qemu_translated_mib}", "-cpu", "max"),
@@ -86,8 +80,9 @@ class QemuDriver(VMMDriver):
     program = "QEMU"
 
     def memory_mib(self, spec: VMSpec) -> int:
-        """QEMU itself takes more than a small guest does."""
-        return spec.machine.mem_size_mib + OVERHEAD_MIB[self._accelerator]
+        """QEMU itself takes more than a small guest does, and what it has translated."""
+        own_mib: int = VMMS.qemu_overhead_mib + (VMMS.qemu_translated_mib if self._accelerator == "tcg" else 0)
+        return spec.machine.mem_size_mib + own_mib
 
     @cached_property
     def _accelerator(self) -> Accelerator:

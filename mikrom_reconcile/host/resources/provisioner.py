@@ -209,7 +209,5 @@ class GarbageCollector:
         return networks.sweep(give_up_at=time.monotonic() + IMAGES.sweep_wait_s)
 
     def _unused_images(self) -> tuple[str, ...]:
-        if next(self._images.cached(), None) is None:
-            return ()
         uses, is_whole = image_uses(self._records)
         return self._images.sweep(frozenset(uses)) if is_whole else ()

@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 
 from mikrom_reconcile.core.model.desired import Machine, VMSpec
 from mikrom_reconcile.host.drivers.qemu import (
-    OVERHEAD_MIB,
     Accelerator,
+    QemuDriver,
     command_line,
     read_back,
 )
@@ -93,7 +93,14 @@ def test_a_comma_in_a_path_ends_no_option() -> None:
 @pytest.mark.parametrize(("accelerator", "words"), [("kvm", "kvm -cpu host"), ("tcg", "tcg,tb-size=64 -cpu max")])
 def test_an_accelerator_brings_its_cpu(accelerator: Accelerator, words: str) -> None:
     assert f"-accel {words}" in " ".join(line(VMSpec(image="x"), accelerator=accelerator))
-    assert OVERHEAD_MIB["tcg"] > OVERHEAD_MIB["kvm"]
+
+
+def test_what_was_translated_takes_memory_too(tmp_path: Path) -> None:
+    driver, need_mib = QemuDriver(Path("qemu"), state_dir=tmp_path, run_dir=tmp_path), {}
+    for accelerator in ("kvm", "tcg"):
+        driver._accelerator = accelerator
+        need_mib[accelerator] = driver.memory_mib(VMSpec(image="x"))
+    assert need_mib["tcg"] > need_mib["kvm"] > VMSpec(image="x").machine.mem_size_mib
 
 
 def test_an_initrd_is_loaded_if_there_is_one() -> None:

@@ -18,8 +18,6 @@ from mikrom_reconcile.times_and_sizes import SPECS
 
 ABBREVIATED = 12  # digits of a commit; what git itself would choose for a very large repository
 
-AUTHOR = "--format=%an <%ae>"  # whose commit it is, as `git log` and `git show` print it
-
 
 def read_files(paths: Sequence[Path]) -> SourceTree:
     """Every spec file below these folders, and these files whatever they are called. Raises SourceError, SpecError."""
@@ -150,7 +148,7 @@ def _commit_of(paths: Sequence[Path]) -> tuple[str, str] | None:
         commit = next((line.split()[-1] for line in said if line.startswith("# branch.oid ")), "(initial)")
         if any(not line.startswith("#") for line in said):
             return (f"{commit[:ABBREVIATED]}-dirty", "") if commit != "(initial)" else None
-        return commit[:ABBREVIATED], _lines_of([*command, "show", "--no-patch", AUTHOR, commit])[0]
+        return commit[:ABBREVIATED], _lines_of([*command, "show", "--no-patch", "--format=%an <%ae>", commit])[0]
     return None
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mikrom_reconcile.control.sources.files import ABBREVIATED, AUTHOR, checked_size, files_of, made_by, refuse_part
+from mikrom_reconcile.control.sources.files import ABBREVIATED, checked_size, files_of, made_by, refuse_part
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.encoding import digest_of
 from mikrom_reconcile.core.model.errors import SourceError, SpecError, UsageError
@@ -134,9 +134,9 @@ class GitSource:
             self._git("init", "--quiet", "--bare", folder)
             options = ["--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules"]
             self._git(here, "fetch", *options, "--", self.url, f"+{name}:{_FETCHED}")
-            whole = self._git(here, "rev-parse", "--verify", f"{_FETCHED}^{{commit}}").decode().strip()
+            told = self._git(here, "show", "--no-patch", "--format=%H%n%an <%ae>", f"{_FETCHED}^{{commit}}")
+            whole, _, author = told.decode(errors="replace").strip().partition("\n")
             commit = whole[:ABBREVIATED]
-            author = self._git(here, "show", "--no-patch", AUTHOR, commit).decode(errors="replace").strip()
             try:
                 verified_by = self._verify(here, whole)
                 if known is not None and name != whole:

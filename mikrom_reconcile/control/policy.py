@@ -55,9 +55,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return request, lambda found: held_back(found, () if why else losses, why) if self.approvers.needed else found
 
 
-ANYTHING_GOES = Policy()
-
-
 def _objection(command: str, plan: bytes, limit_s: float) -> str:
     """What the command has against the plan that it is given, or "" if it has nothing."""
     pipes: Any = {"stdout": DEVNULL, "stderr": PIPE, "pipesize": 1 << 20}  # who says more than that waits for ever

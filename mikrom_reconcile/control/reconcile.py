@@ -2,20 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control import revisions
-from mikrom_reconcile.control.policy import ANYTHING_GOES, Policy
+from mikrom_reconcile.control.policy import Policy
 from mikrom_reconcile.control.ports import Engine, Hosts, Lease, RunStore
 from mikrom_reconcile.control.run_log import RunLog
-from mikrom_reconcile.core.model import plan as model
 from mikrom_reconcile.core.model.errors import BusyError, SetupError, UsageError
 from mikrom_reconcile.core.model.observed import HostView, ObservedState, ObserveQuery, Placements
-from mikrom_reconcile.core.model.plan import Action, ActionOutcome, Order, Plan, RunReport, RunRequest
+from mikrom_reconcile.core.model.plan import BEAT, Action, ActionOutcome, Expect, Order, Plan, RunReport, RunRequest
 from mikrom_reconcile.core.placement.desired_state import validate_specs
 from mikrom_reconcile.core.planning import one_off, planner, selection
 from mikrom_reconcile.core.planning.context import LEFT_OUT, PlanInput, PlanResult, expect_of
@@ -35,7 +34,7 @@ class Reconciler(Engine):
     clock: Clock
     schemas: Mapping[str, str]
     alone: bool = False
-    policy: Policy = ANYTHING_GOES
+    policy: Policy = field(default_factory=Policy)
     prepared: PlanInput | None = None  # for the run before, where the next is of the same specs and placements
 
     def plan(self, request: RunRequest) -> Plan:
@@ -95,7 +94,7 @@ class Reconciler(Engine):
         self, request: RunRequest, actions: list[Action], plan: Plan, lease: Lease, deadline_s: float, log: RunLog
     ) -> None:
         about: dict[str, Any] = {"run_id": request.run_id, "token": lease.token}
-        about |= {"losses": request.losses, "approvals": request.approvals, "scheduled": request.origin == model.BEAT}
+        about |= {"losses": request.losses, "approvals": request.approvals, "scheduled": request.origin == BEAT}
         changes = {(change.name, change.host): change for change in plan.changes}
         orders = (Order(action=action, **about) for action in log.sending(action for action in actions if lease.held()))
         with traces.span("dispatch", actions=len(actions)):
@@ -262,7 +261,7 @@ def retry_after_s(request: RunRequest, plan: Plan, now: PlanResult, outcomes: It
     changes = now.plan.changes
     is_booting = any(c.observed and c.observed.phase == "booting" and (c.name, c.host) in acted_on for c in changes)
     is_waiting = bool(waiting(plan) & waiting(now.plan))
-    wait_s = now.retry_after_s if request.origin != model.BEAT and (is_waiting or is_booting) else None
+    wait_s = now.retry_after_s if request.origin != BEAT and (is_waiting or is_booting) else None
     is_closed = all(change.held_by for change in changes if change.kind == "wait")
     return None if is_closed and wait_s is not None and wait_s > request.timeout_s else wait_s
 
@@ -277,6 +276,6 @@ def remembered(result: PlanResult, actions: Iterable[Action], outcomes: Iterable
     return msgspec.structs.replace(result.placements, vms=vms)
 
 
-def waiting(plan: Plan) -> set[tuple[str, model.Expect]]:
+def waiting(plan: Plan) -> set[tuple[str, Expect]]:
     """The VMs that wait in a plan, as it found them."""
     return {(change.name, expect_of(change.observed)) for change in plan.changes if change.kind == "wait"}

@@ -16,7 +16,6 @@ from mikrom_reconcile.core.model.observed import Described, ObserveQuery
 from mikrom_reconcile.output.text import Document
 from mikrom_reconcile.settings import load
 from mikrom_reconcile.system.files import write_named
-from mikrom_reconcile.times_and_sizes import OBSERVING
 
 
 @click.command()
@@ -63,8 +62,8 @@ def adopt(vm: str, paths: tuple[str, ...], socket: str, out: str | None, *, chec
 
 def _described(engine: Engine, host: str, name: str, socket: str) -> tuple[Described, bool]:
     """What describes it, and whether it was taken over before. Raises UsageError for a name or a VMM of another VM."""
-    asked = {each: ObserveQuery(socket=socket if each == host else "") for each in {host, *engine.hosts.names()}}
-    views = {view.host: view for view in engine.hosts.observe(asked, deadline_s=OBSERVING.deadline_s)}
+    seen = queries.views_of(engine, ask=lambda each: ObserveQuery(socket=socket if each == host else ""), also=[host])
+    views = {view.host: view for view in seen}
     if (report := views[host].report) is None or (found := report.described) is None:
         raise MikromError(f"{host} cannot be asked: {views[host].error or 'its release is earlier'}. Nothing was done.")
     if found.problem:

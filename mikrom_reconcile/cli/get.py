@@ -14,13 +14,14 @@ from mikrom_reconcile.control import revisions
 from mikrom_reconcile.control.ports import Engine, Hosts
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, SourceError, UsageError
+from mikrom_reconcile.core.model.observed import ObserveQuery
 from mikrom_reconcile.core.model.plan import SUPERVISION, Revision
 from mikrom_reconcile.core.placement.desired_state import files_by_host, named_files, render_all
 from mikrom_reconcile.output import formats, pages, run_result as runs, tables as output
 from mikrom_reconcile.output.run_result import CHANGES_OR_FAILED, LATE, UNREACHABLE
 from mikrom_reconcile.output.text import Style, console_text, row_table, sanitize
 from mikrom_reconcile.settings import Settings, load
-from mikrom_reconcile.times_and_sizes import OUTPUT, RUNS
+from mikrom_reconcile.times_and_sizes import OBSERVING, OUTPUT, RUNS
 
 _latest = click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 
@@ -257,7 +258,7 @@ def orphans(paths: tuple[str, ...], form: str) -> int:
     """
     settings = load()
     project, names = _wanted(settings, paths)
-    views = queries.views_of(wiring.open_engine(settings), strays=True)
+    views = queries.views_of(wiring.open_engine(settings), ask=lambda _: ObserveQuery(strays=True))
     found = output.orphans_in(views, project, names)
     return present_views(form, views, lambda: {"orphans": found}, lambda style: output.orphans_text(found, style))
 
@@ -287,14 +288,17 @@ def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float |
     settings = load()
     specs, engine = queries.specs_in(settings, paths), wiring.open_engine(settings)
     named, needed = named_files(specs), files_by_host(specs, here=settings.host)
-    asked = {host: tuple({file.pinned for file in files}) for host, files in needed.items()}
-    told = engine.hosts.fetch(asked, deadline_s=timeout_s or settings.timeout_s) if fetch else {}
-    failed = {host: files for host, files in told.items() if isinstance(files, dict)}
-    views = queries.views_of(engine, also=needed, images=True)
-    silent = {view.host: view.error for view in views if view.error}
-    silent |= {host: why for host, why in told.items() if isinstance(why, str)}
-    found, now = (named, needed, views, failed), datetime.now(UTC)
+    deadline_s = (timeout_s or settings.timeout_s) if fetch else OBSERVING.deadline_s
+    fetch_s = deadline_s * OBSERVING.host_share_of_deadline
+
+    def ask(host: str) -> ObserveQuery:
+        files = {file.pinned for file in needed.get(host, ())} if fetch else ()
+        return ObserveQuery(images=True, fetch=tuple(files), fetch_s=fetch_s)
+
+    views = queries.views_of(engine, deadline_s, ask=ask, also=needed)
+    found, now = (named, needed, views), datetime.now(UTC)
     present(form, lambda: output.images_document(*found), lambda style: output.images_text(*found, now, style))
-    for host, error in silent.items():
-        warn(f"host {host} could not be asked: {error}")
-    return (CHANGES_OR_FAILED if any(failed.values()) else 0) | (UNREACHABLE if silent else 0)
+    for view in (view for view in views if view.error):
+        warn(f"host {view.host} could not be asked: {view.error}")
+    failed = any(view.report and view.report.unfetched for view in views)
+    return (CHANGES_OR_FAILED if failed else 0) | (UNREACHABLE if any(view.error for view in views) else 0)

@@ -30,10 +30,14 @@ Views = tuple[HostView, ...]
 
 
 def views_of(
-    engine: Engine, deadline_s: float = OBSERVING.deadline_s, *, also: Iterable[str] = (), **asked: Any
+    engine: Engine,
+    deadline_s: float = OBSERVING.deadline_s,
+    *,
+    ask: Callable[[str], ObserveQuery] = lambda _: ObserveQuery(),
+    also: Iterable[str] = (),
 ) -> Views:
-    """What every host says, those of `also` too, of all of its VMs and of what else is `asked`, sorted by host."""
-    queries = {host: ObserveQuery(**asked) for host in {*engine.hosts.names(), *also}}
+    """What every host says, those of `also` too, when it is asked that: by default of all VMs. Sorted by host."""
+    queries = {host: ask(host) for host in {*engine.hosts.names(), *also}}
     return tuple(sorted(engine.hosts.observe(queries, deadline_s=deadline_s), key=lambda view: view.host))
 
 

@@ -1,11 +1,10 @@
 """What a run needs from outside."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.encoding import decoded
 from mikrom_reconcile.core.model.errors import UsageError
@@ -32,9 +31,6 @@ class Hosts(Protocol):
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of a VM's serial console, or of what came `after` a place in it. Raises MikromError."""
-
-    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
-        """Have each host cache its files. What it could not have and why, by digest; or why it could not be asked."""
 
 
 class Lease(Protocol):

@@ -66,7 +66,7 @@ class FleetProcess:
         as_ours = {"Request": f"{celery_patches.__name__}:RedactedRequest", "shared": False}
         for verb in get_args(Verb):
             self._app.task(_vm_task(verb, host, control), name=f"mikrom.{verb}_vm", bind=True, **as_ours)
-        of_host = [host.observe_host, host.console, host.fetch]
+        of_host = [host.observe_host, host.console]
         for task in (*of_host, control.plan, control.apply, control.reconcile, control.sync_source, control.cleanup):
             # Celery's own check of arguments would miss `self`
             self._app.task(task, name=f"mikrom.{task.__name__}", typing=False, **as_ours)

@@ -1,11 +1,10 @@
 """This machine as a hypervisor host: what dispatch calls, in this process or inside a Celery worker."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from msgspec.structs import replace
 
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObservedState, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
@@ -86,8 +85,10 @@ class HostAgent:
 
     def observe(self, query: ObserveQuery) -> HostReport:
         """What is here now, as far as `query` asks. Raises SetupError when the records cannot be listed."""
+        failed = self._images.fetch(query.fetch, deadline_s=query.fetch_s)
         report = self._observer.report(query, self._clock.now())
-        return replace(report, images=self._images.report(self._records)) if query.images else report
+        cached = self._images.report(self._records) if query.images else ()
+        return replace(report, images=cached, unfetched=failed)
 
     def execute(self, order: Order) -> ActionOutcome:
         """Measure, act, verify. What went wrong is in the outcome; only what is no Exception passes through."""
@@ -98,10 +99,6 @@ class HostAgent:
                 self._supervisor.notify(order.action.vm)
             else:
                 self._garbage.run()
-
-    def fetch(self, files: Iterable[PinnedFile], *, deadline_s: float) -> dict[str, str]:
-        """Cache files before a VM needs them; why some could not be had, by digest."""
-        return self._images.fetch(files, deadline_s=deadline_s)
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The end of the VM's console, or what came `after` a place in it. Raises PermanentError for no VM's name."""

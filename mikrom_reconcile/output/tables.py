@@ -254,34 +254,31 @@ def _inside(rows: Sequence[ObservedVM]) -> text.Document:
 
 Files = Sequence[ImageFile]
 ByHost = Mapping[str, Files]  # the files of images that each host may need
-Failed = Mapping[str, Mapping[str, str]]  # why hosts could not fetch some, by host and digest
 
 
-def images_document(named: Files, needed: ByHost, views: Sequence[HostView], failed: Failed) -> text.Document:
+def images_document(named: Files, needed: ByHost, views: Sequence[HostView]) -> text.Document:
     """The files that the specs name, and per host what it may need, has, and could not fetch."""
-    rows = [
-        text.pick(view, "host", "error")
-        | {"needed": sorted({file.sha256 for file in needed.get(view.host, ())})}
-        | {"cached": _cached(view), "failed": failed.get(view.host, {})}
-        for view in views
-    ]
+    rows = []
+    for view in views:
+        cached, failed = _files_on(view)
+        needs = sorted({file.sha256 for file in needed.get(view.host, ())})
+        rows.append(text.pick(view, "host", "error") | {"needed": needs, "cached": cached, "failed": failed})
     return {"files": named, "hosts": rows}
 
 
-def _cached(view: HostView) -> tuple[CachedFile, ...]:
-    return view.report.images if view.report else ()
+def _files_on(view: HostView) -> tuple[tuple[CachedFile, ...], dict[str, str]]:
+    """What a host has cached, and why it could not fetch others, by digest."""
+    return (view.report.images, view.report.unfetched) if view.report else ((), {})
 
 
-def images_text(
-    named: Files, needed: ByHost, views: Sequence[HostView], failed: Failed, now: datetime, style: text.Style
-) -> str:
+def images_text(named: Files, needed: ByHost, views: Sequence[HostView], now: datetime, style: text.Style) -> str:
     """A line for each file on each host that has it or may need it, then what could not be fetched."""
     rows = [row for view in views for row in _rows_of(view, named, needed.get(view.host, ()), now)]
     if not rows:
         return "No images: the specs name none, and no host has any.\n"
     shown = text.table(("HOST", "IMAGE", "SHA256", "SIZE", "VMS", "USED"), rows, style)
-    lines = (f"{host}: {why}" for host, files in sorted(failed.items()) for why in files.values())
-    return shown + text.section("Not fetched", lines, style, "red")
+    failed = (f"{view.host}: {why}" for view in views for why in _files_on(view)[1].values())
+    return shown + text.section("Not fetched", failed, style, "red")
 
 
 def _rows_of(view: HostView, named: Files, needed: Files, now: datetime) -> Iterator[tuple[text.Cell, ...]]:
@@ -289,7 +286,7 @@ def _rows_of(view: HostView, named: Files, needed: Files, now: datetime) -> Iter
     for file in dict.fromkeys([*named, *needed]):
         container = f" ({file.source.partition(':')[2]})" if is_container_image(file.source) else ""
         names[file.sha256].append(f"{file.image} {file.part}{container}")
-    there = {cached.sha256: cached for cached in _cached(view)}
+    there = {cached.sha256: cached for cached in _files_on(view)[0]}
     unknown = "unknown" if view.error else "missing"
     for sha256 in dict.fromkeys([*(file.sha256 for file in needed), *there]):
         cached = there.get(sha256)

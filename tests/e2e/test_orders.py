@@ -104,10 +104,14 @@ def test_it_fetches_images_for_control_only(fleet: Fleet, signing: Control) -> N
     kernel.parent.mkdir()
     kernel.write_bytes(b"kernel")
     digest = hashlib.sha256(b"kernel").hexdigest()
-    unsigned, files = Control(fleet), {HERE: (PinnedFile(source=kernel.as_uri(), sha256=digest),)}
-    assert "this host has MIKROM_VERIFY_KEY" in unsigned.hosts.fetch(files, deadline_s=9)[HERE]
+    file = PinnedFile(source=kernel.as_uri(), sha256=digest)
+    unsigned, query = Control(fleet), {HERE: ObserveQuery(images=True, fetch=(file,), fetch_s=8)}
+    (refused,) = unsigned.hosts.observe(query, deadline_s=9)
+    assert "this host has MIKROM_VERIFY_KEY" in refused.error
     assert not (kernel.parent / "sha256" / digest).exists()
-    assert signing.hosts.fetch(files, deadline_s=9) == {HERE: {}}
+    (found,) = signing.hosts.observe(query, deadline_s=9)
+    assert found.report is not None
+    assert [cached.sha256 for cached in found.report.images] == [digest]
     assert (kernel.parent / "sha256" / digest).read_bytes() == b"kernel"
     unsigned.app.close()
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mikrom_reconcile.core.model.desired import Halt, Policy, State, VMSpec
+from mikrom_reconcile.core.model.desired import Halt, PinnedFile, Policy, State, VMSpec
 from mikrom_reconcile.times_and_sizes import VMMS
 
 VMMStatus = Literal["none", "starting", "running", "paused", "unresponsive", "socket_lost"]
@@ -161,10 +161,11 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host. `project` limits the answer to that project's digests; None asks for every
     row of every project. `known` maps a fleet to the digest that control expects of it: rows come only for fleets that
     differ. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may
-    have taken a name. `strays` asks for VMMs without a record, too, `images` for what is cached, `socket` for what was
-    started by hand with that API socket. `min_healthy_s` maps a fleet to how long its VMs have to be up before they
-    count as healthy, `trials` one whose specs are on trial to the time in which that has to be (None: any). `before`
-    asks for what VMs could go back to.
+    have taken a name. `strays` asks for VMMs without a record, too, `images` for what is cached once `fetch` was,
+    within `fetch_s`: to fetch is an order, and signed as one, `socket` for what was started by hand with that API
+    socket. `min_healthy_s` maps a fleet to how long its VMs have to be up before they count as healthy, `trials` one
+    whose specs are on trial to the time in which that has to be (None: any). `before` asks for what VMs could go back
+    to.
     """
 
     project: str | None = None
@@ -172,6 +173,8 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     others: bool = False
     strays: bool = False
     images: bool = False
+    fetch: tuple[PinnedFile, ...] = ()
+    fetch_s: float = 0.0
     socket: str = ""
     min_healthy_s: dict[str, float] = {}
     trials: dict[str, float | None] = {}
@@ -194,14 +197,14 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     VMs of each fleet of the project by phase. `promised` adds up what VMs of all projects that are ordered to be up may
     take. `overhead_mib` is what each takes beyond its own memory; None: they take none of the host's memory at all.
     `used_mib` is what is taken of its memory now, by whatever. `strays` are VMMs of ours without a record, `foreign`
-    those of other programs or state folders, `images` what is cached, `described` what has the `socket`. `maturing`
-    maps VMs that are up, and not yet for as long as the query says, to the seconds that are left, by this host's clock.
-    `attempts` tells of VMs that have no record because this host could not make them. `unproven` maps VMs that were
-    never healthy with their spec to the seconds that are left for it, `progress` tells of fleets on trial. `canaries`
-    wait to be promoted, `halts` are those of records, `before` has what VMs had before their specs, where the query
-    asks for it. `released` maps addresses of VMs of the project that are gone to the seconds since then, of the last
-    day, those of VMs that were let go to less than 0. `note` is what whoever changes something on this host should know
-    of it, "" for nothing.
+    those of other programs or state folders, `images` what is cached, `unfetched` why a digest could not be had,
+    `described` what has the `socket`. `maturing` maps VMs that are up, and not yet for as long as the query says, to
+    the seconds that are left, by this host's clock. `attempts` tells of VMs that have no record because this host could
+    not make them. `unproven` maps VMs that were never healthy with their spec to the seconds that are left for it,
+    `progress` tells of fleets on trial. `canaries` wait to be promoted, `halts` are those of records, `before` has what
+    VMs had before their specs, where the query asks for it. `released` maps addresses of VMs of the project that are
+    gone to the seconds since then, of the last day, those of VMs that were let go to less than 0. `note` is what
+    whoever changes something on this host should know of it, "" for nothing.
     """
 
     host: str
@@ -218,6 +221,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     strays: tuple[Stray, ...] = ()
     foreign: tuple[Stray, ...] = ()
     images: tuple[CachedFile, ...] = ()
+    unfetched: dict[str, str] = {}
     described: Described | None = None
     released: dict[str, float] = {}
     maturing: dict[str, float] = {}

@@ -6,8 +6,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from redis import RedisError
 
 from mikrom_reconcile import traces
 from mikrom_reconcile.control.ports import RunStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.encoding import ready
 from mikrom_reconcile.core.model.errors import MikromError
 from mikrom_reconcile.core.model.observed import ObserveQuery
@@ -51,29 +50,18 @@ class HostTasks:
     replies: ReplySender
     is_genuine: Callable[[OrderEnvelope], bool] = lambda _: True  # a host without a key believes every order
 
-    def observe_host(self, *, call: str, query: str) -> None:
-        """Tell the call what is on this host."""
-        with self._errors_told(call, "cannot observe"):
-            if self.replies.is_awaited(call):
-                report = self.agent().observe(msgspec.json.decode(query, type=ready(ObserveQuery)))
-                self.replies.tell(call, "report", rpc.pack(report))
-
-    def fetch(self, *, call: str, files: str, deadline_s: float, signature: str = "") -> None:
-        """Tell the call which `files` (JSON) could not be had. To fetch them is an order, and so it is signed."""
-        with self._errors_told(call, "cannot fetch"):
-            wanted = msgspec.json.decode(files, type=ready(tuple[PinnedFile, ...]))
-            if not self.is_genuine(OrderEnvelope(call=call, order=files, signature=signature)):
-                raise MikromError(_UNSIGNED)
-            if self.replies.is_awaited(call):
-                self.replies.tell(call, "failed", rpc.pack(self.agent().fetch(wanted, deadline_s=deadline_s)))
-
-    @contextmanager
-    def _errors_told(self, call: str, what: str) -> Iterator[None]:
+    def observe_host(self, *, call: str, query: str, signature: str = "") -> None:
+        """Tell the call what is on this host. To fetch something first is an order, and so it is signed."""
         try:
-            yield
+            asked = msgspec.json.decode(query, type=ready(ObserveQuery))
+            if asked.fetch and not self.is_genuine(OrderEnvelope(call=call, order=query, signature=signature)):
+                self.replies.tell(call, "error", rpc.pack(_UNSIGNED))
+            elif self.replies.is_awaited(call):
+                self.replies.tell(call, "report", rpc.pack(self.agent().observe(asked)))
         except Exception as error:  # noqa: BLE001 - silence would keep control waiting until its deadline
-            _log.exception(what)
-            self.replies.tell(call, "error", rpc.pack(f"{what}: {error}; the log of the host's worker has more"))
+            _log.exception("cannot observe")
+            told = f"cannot observe: {error}; the log of the host's worker has more"
+            self.replies.tell(call, "error", rpc.pack(told))
 
     def console(self, *, call: str, vm: str, max_bytes: int, after: int | None = None) -> None:
         """Tell the call the end of a VM's console, or what came after a place in it."""

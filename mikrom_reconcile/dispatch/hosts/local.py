@@ -1,11 +1,10 @@
 """The hypervisor of this process as the only host, on threads, which cannot be ended: late orders are given up."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from itertools import islice
 
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.errors import MikromError, SetupError
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order
@@ -62,12 +61,6 @@ class LocalHosts:
         if host != self._agent.name:
             raise SetupError(self._elsewhere)
         return self._agent.console(vm, max_bytes=max_bytes, after=after)
-
-    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
-        return {
-            host: self._agent.fetch(wanted, deadline_s=deadline_s) if host == self._agent.name else self._elsewhere
-            for host, wanted in files.items()
-        }
 
     def _view(self, query: ObserveQuery, deadline_s: float) -> HostView:
         pool = ThreadPoolExecutor(1, thread_name_prefix="mikrom-observe")

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
@@ -22,7 +22,6 @@ from redis import Redis, RedisError
 from mikrom_reconcile import __version__
 from mikrom_reconcile.control.ports import Hosts, RunStore
 from mikrom_reconcile.control.stores.redis import translate_broker_errors
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceState
 from mikrom_reconcile.core.model.errors import MikromError, PastDeadlineError
 from mikrom_reconcile.core.model.observed import Console, HostReport, HostView, ObserveQuery
@@ -34,7 +33,7 @@ from mikrom_reconcile.dispatch.transport.broker import FIRST, Keys
 from mikrom_reconcile.dispatch.transport.order_envelope import given_up, load_signer, priority_of, redacted_args
 from mikrom_reconcile.dispatch.transport.rpc import Answer, Call, Failure, WorkerId, error_of, pack, unpack
 from mikrom_reconcile.dispatch.transport.shared_state import give_up, known, living, remember_counts, starts
-from mikrom_reconcile.times_and_sizes import BROKER, OBSERVING, RUNS
+from mikrom_reconcile.times_and_sizes import BROKER, RUNS
 
 T = TypeVar("T")
 Question = dict[str, Any]
@@ -65,9 +64,9 @@ class CeleryHosts:
     def observe(self, queries: Mapping[str, ObserveQuery], *, deadline_s: float) -> Iterator[HostView]:
         """One view per queried host, as they come; a host without a living worker is unreachable at once."""
         questions = {host: {"query": msgspec.json.encode(query).decode()} for host, query in queries.items()}
-        reports = []
+        reports, fetches = [], any(query.fetch for query in queries.values())
         try:
-            for host, answer in self._ask("observe_host", questions, deadline_s):
+            for host, answer in self._ask("observe_host", questions, deadline_s, signed="query" if fetches else ""):
                 view = _view(host, answer)
                 if view.report is not None:
                     reports.append(view.report)
@@ -110,20 +109,6 @@ class CeleryHosts:
             return _value(answer, "console", Console)
         except MikromError as error:
             raise MikromError(f"{host}: {error}") from error
-
-    @translate_broker_errors()
-    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
-        left_s, found = deadline_s * OBSERVING.host_share_of_deadline, dict[str, dict[str, str] | str]()
-        questions = {
-            host: {"files": msgspec.json.encode(wanted).decode(), "deadline_s": left_s}
-            for host, wanted in files.items()
-        }
-        for host, answer in self._ask("fetch", questions, deadline_s, signed="files"):
-            try:
-                found[host] = _value(answer, "failed", dict[str, str])
-            except MikromError as error:
-                found[host] = str(error)
-        return found
 
     def _ask(
         self, task: str, missing: dict[str, Question], deadline_s: float, *, signed: str = ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import Console, HostView, ObserveQuery
 from mikrom_reconcile.core.model.plan import ActionOutcome, Order, RunRequest
@@ -56,9 +55,6 @@ class WorldHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("nobody reads a console here")
-
-    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
-        raise AssertionError("a run has nothing fetched")
 
 
 def test_the_older_of_two_equal_vms_is_found_though_a_digest_proves_each_as_wanted(tmp_path: Path) -> None:

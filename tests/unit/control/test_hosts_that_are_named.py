@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
 from mikrom_reconcile.control.stores.files import FileStore
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.errors import UsageError
 from mikrom_reconcile.core.model.observed import (
@@ -61,9 +60,6 @@ class EmptyHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         raise AssertionError("a plan reads no console")
-
-    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
-        raise AssertionError("a run has nothing fetched")
 
 
 @pytest.fixture

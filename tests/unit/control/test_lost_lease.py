@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from mikrom_reconcile import wiring
 from mikrom_reconcile.control.reconcile import Reconciler
-from mikrom_reconcile.core.model.desired import PinnedFile
 from mikrom_reconcile.core.model.documents import SourceFile, SourceTree
 from mikrom_reconcile.core.model.observed import (
     Capacity,
@@ -48,9 +47,6 @@ class EagerHosts:
 
     def console(self, host: str, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         return Console()
-
-    def fetch(self, files: Mapping[str, Sequence[PinnedFile]], *, deadline_s: float) -> dict[str, dict[str, str] | str]:
-        raise AssertionError("a run has nothing fetched")
 
 
 class LosingStore:

@@ -172,8 +172,7 @@ class Reconciler(Engine):
         with traces.span("observe", hosts=len(asked)):
             views = {view.host: view for view in self.hosts.observe(asked, deadline_s=OBSERVING.deadline_s)}
         views |= {host: HostView(host=host, error=LEFT_OUT) for host in without}
-        silent = HostView(host="", error="gave no answer")
-        hosts = tuple(views.get(host) or msgspec.structs.replace(silent, host=host) for host in sorted(queries))
+        hosts = tuple(views.get(host) or HostView(host=host, error="gave no answer") for host in sorted(queries))
         return ObservedState(taken_at=self.clock.now(), hosts=hosts)
 
     def _lease(self, project: str, request: RunRequest, ends_at: float, *, at_least: int) -> Lease:

@@ -54,8 +54,7 @@ def decide_by_name(
     changes = [verdict for _, verdict in verdicts if isinstance(verdict, VMChange)]
     draft = protected(Draft(changes=changes, unchanged=dict(Counter(row.host for row in left_alone))), lambda _: None)
     managed = [it for it in draft.changes if it.kind != "blocked" and not (it.observed and it.observed.unmanaged)]
-    acted = [(change.desired, change.observed) for change in managed]
-    if any(desired is None or (seen and desired.state != seen.state) for desired, seen in acted):
+    if any(it.desired is None or (it.observed and it.desired.state != it.observed.state) for it in managed):
         warnings.append(PAST_THE_SPECS)
     plan = plan_of(draft, observed, project=project, revision="", warnings=warnings)
     highest = max((view.report.highest_tokens.get(project, 0) for view in observed.hosts if view.report), default=0)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any, Self
@@ -47,8 +47,8 @@ Listing = Mapping[str, list[str]]  # path to mode, kind, object and size of ever
 class Signers(msgspec.Struct, frozen=True, kw_only=True):
     """Whom MIKROM_GIT_ALLOWED_SIGNERS and MIKROM_GIT_GNUPGHOME name; a kind of key that neither names signs nothing."""
 
-    ssh: Path | None
-    gpg: Path | None
+    ssh: Path | None = None
+    gpg: Path | None = None
 
     def identity(self) -> str:
         """A digest of their keys as they are now; "" where nobody has to sign."""
@@ -72,9 +72,6 @@ class Signers(msgspec.Struct, frozen=True, kw_only=True):
     def environment(self) -> dict[str, str]:
         """What keeps git and gpg from any other configuration and keys."""
         return {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GNUPGHOME": str(self.gpg or "/gone")}
-
-
-NOBODY = Signers(ssh=None, gpg=None)
 
 
 def _problem_of(url: str, ref: str, folder: str) -> str | None:
@@ -107,7 +104,7 @@ class GitSource:
     url: str
     ref: str
     folder: str
-    signers: Signers = NOBODY
+    signers: Signers = field(default_factory=Signers)
     limit_s: float = SPECS.git_fetch_s
     _give_up_at: float = 0.0
 

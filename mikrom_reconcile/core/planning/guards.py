@@ -86,8 +86,6 @@ def _owned(draft: Draft, context: PlanContext, fleets: Container[str]) -> dict[s
 def _unseen(draft: Draft, context: PlanContext) -> Counter[str]:
     """VMs of each fleet on unreachable hosts that nothing wants: they go, too."""
     view, remembered = context.view, context.placements
-    if not view.unreachable:
-        return Counter()
     wanted = {vm.name for vm in draft.desired if vm.state != "absent"}
     lost = (name for name, host in remembered.vms.items() if host in view.unreachable and name not in wanted)
     return Counter(remembered.fleet_of(name) for name in lost if name not in view.own)

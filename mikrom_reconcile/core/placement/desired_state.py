@@ -184,5 +184,5 @@ def files_by_host(specs: Specs, *, here: str) -> dict[str, tuple[ImageFile, ...]
             if state != "absent":
                 images[host].add(spec.image)
     resolver.check()
-    files = named_files(specs)
+    files = sorted(named_files(specs), key=lambda file: (file.image, file.part))
     return {host: tuple(file for file in files if file.image in needed) for host, needed in images.items()}

@@ -130,10 +130,7 @@ def root_disk_flaw(rootfs: dict[str, Any]) -> str:
     return ""
 
 
-def _root_disk(rootfs: dict[str, Any]) -> RootDisk | None:
-    """None for one with a flaw, of which is told elsewhere."""
-    if root_disk_flaw(rootfs):
-        return None
+def _root_disk(rootfs: dict[str, Any]) -> RootDisk:
     key = next(key for key in _ROOT_DISKS if key in rootfs)
     source, _, digest = rootfs[key].partition("@sha256:") if key == "oci" else (rootfs[key], "", rootfs["sha256"])
     more = {key: rootfs[key] for key in ("read_only", "size_mib", "init") if key in rootfs}
@@ -142,7 +139,7 @@ def _root_disk(rootfs: dict[str, Any]) -> RootDisk | None:
 
 def image_of(spec: dict[str, Any]) -> Image:
     """The image that the `spec` of an Image document describes."""
-    boot = msgspec.convert({key: value for key, value in spec.items() if key != "rootfs"}, ready(Boot))
-    if "rootfs" in spec:
-        boot = msgspec.structs.replace(boot, rootfs=_root_disk(spec["rootfs"]))
+    rootfs = spec.get("rootfs")
+    disk = None if rootfs is None or root_disk_flaw(rootfs) else _root_disk(rootfs)  # of flaws is told elsewhere
+    boot = msgspec.convert(spec | {"rootfs": disk}, ready(Boot))
     return Image(boot=boot, boot_args=unescaped(spec.get("boot_args", "")))

@@ -66,9 +66,8 @@ class Observer:
         )
         if (project := query.project) is None:
             rows += (row for row, _ in self._observe_all(records, until))
-            return replace(
-                report, highest_tokens=self._records.highest_tokens(), vms=tuple(sorted(rows, key=attrgetter("name")))
-            )
+            tokens = self._records.highest_tokens()
+            return replace(report, highest_tokens=tokens, vms=tuple(sorted(rows, key=attrgetter("name"))))
         mine = [record for record in records if record.project == project and not record.unmanaged]
         observed = list(self._observe_all(mine, until))
         own = [row for row, _ in observed]

@@ -100,10 +100,11 @@ class Driver(Protocol):
         """
         raise PermanentError(f"{self.name} suspends no VM", vm=record.vm, step="writing its memory to disk")
 
-    def update(self, record: VMRecord, *, deadline_s: float) -> None:
+    def update(self, record: VMRecord, *, deadline_s: float) -> None:  # noqa: ARG002
         """Bring a running VMM to `record.spec` in all that changes live (`fields.py`), and leave the rest alone. Of a
         VM that is to be down only links change.
         """
+        return
 
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """Ctrl-Alt-Del, wait `grace_s`, kill; return once no VMM lives. Without a VMM it does nothing. A memory on disk
@@ -132,6 +133,7 @@ class Driver(Protocol):
 
     def trim(self) -> None:
         """Cap what VMMs write: called every few seconds where something lives that long, observing does it too."""
+        return
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         """The last `max_bytes` of the guest's serial console, or of what came `after` that place in it."""

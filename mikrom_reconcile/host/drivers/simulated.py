@@ -152,9 +152,6 @@ class SimulatedDriver(Driver):
             self.set_paused(record, paused=True, deadline_s=deadline_s)
             self.change(record.home, kept=True)
 
-    def update(self, record: VMRecord, *, deadline_s: float) -> None:
-        """Nothing: what changes live is not simulated."""
-
     def stop(self, record: VMRecord, *, grace_s: float) -> None:
         """A guest that listens leaves at once; a deaf one is killed, without waiting for what never comes."""
         vm = self._read(record.home)
@@ -180,9 +177,6 @@ class SimulatedDriver(Driver):
         names = sorted(path.stem for path in self._folder.glob("*.json"))
         files = ((name, self._read(name)) for name in names if name not in known)
         return tuple(Stray(vm=name, pid=vm.pid) for name, vm in files if vm is not None and vm.ended() is None)
-
-    def trim(self) -> None:
-        """Nothing to do: a console is cut when something is added to it."""
 
     def console(self, vm: str, *, max_bytes: int, after: int | None = None) -> Console:
         found = self._read(vm)

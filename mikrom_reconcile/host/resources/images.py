@@ -6,8 +6,8 @@ running VM must not depend on a path inside an environment that the next release
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import secrets
 import shutil
 import time
 from collections import defaultdict
@@ -65,15 +65,11 @@ class ImageCache:
         """The demo guest's kernel, put into place if it is missing or not whole. Raises OSError."""
         content, name = _hello()
         path = self._folder / name
-        try:
-            if path.stat().st_size == len(content):  # a power cut may have left an empty file
-                return path
-        except FileNotFoundError:
-            make_folder(self._folder)
-        draft = path.with_name(f"{name}.{secrets.token_hex(4)}")  # many starts may find it missing at once
-        write_whole(draft, content, durable=False)
-        draft.replace(path)
-        return path
+        with suppress(FileNotFoundError):
+            if path.stat().st_size != len(content):  # a power cut may have left an empty file
+                path.unlink()
+        guest = PinnedFile(source="hello", sha256=name)
+        return self._once(guest, path, math.inf, lambda: write_whole(path, content, durable=False))
 
     def path_of(self, file: PinnedFile) -> Path:
         """Where it is once it was fetched, or made of what was."""

@@ -292,8 +292,7 @@ def images(paths: tuple[str, ...], form: str, *, fetch: bool, timeout_s: float |
     fetch_s = deadline_s * OBSERVING.host_share_of_deadline
 
     def ask(host: str) -> ObserveQuery:
-        files = {file.pinned for file in needed.get(host, ())} if fetch else ()
-        return ObserveQuery(images=True, fetch=tuple(files), fetch_s=fetch_s)
+        return ObserveQuery(images=True, fetch=needed.get(host, ()) if fetch else (), fetch_s=fetch_s)
 
     views = queries.views_of(engine, deadline_s, ask=ask, also=needed)
     found, now = (named, needed, views), datetime.now(UTC)

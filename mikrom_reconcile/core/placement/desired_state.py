@@ -6,7 +6,6 @@ from functools import cache
 from ipaddress import IPv4Address
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from mikrom_reconcile.core.model.desired import DesiredVM, PinnedFile, VMSpec
@@ -150,18 +149,11 @@ def pool_text(network: str, pool: str) -> str:
     return f"pool {pool} of network {network}" if pool else f"network {network}"
 
 
-class ImageFile(msgspec.Struct, frozen=True, kw_only=True):
+class ImageFile(PinnedFile, frozen=True, kw_only=True):
     """One file of an image. `part` is its key in the Image document: kernel, initrd or rootfs."""
 
     image: str
     part: str
-    source: str
-    sha256: str
-
-    @property
-    def pinned(self) -> PinnedFile:
-        """What a host has to know to fetch it."""
-        return PinnedFile(source=self.source, sha256=self.sha256)
 
 
 def named_files(specs: Specs) -> tuple[ImageFile, ...]:

@@ -58,7 +58,7 @@ def test_a_host_needs_the_files_of_the_vms_that_it_may_get() -> None:
         "hv02": [],
         "hv03": [],
     }
-    assert found["hv01"][0].pinned.source == "https://x/kernel"
+    assert found["hv01"][0].source == "https://x/kernel"
 
 
 def test_all_files_that_documents_name_are_listed_used_or_not() -> None:

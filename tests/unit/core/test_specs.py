@@ -55,7 +55,9 @@ def test_reading_ends_where_more_is_wrong_than_anybody_reads() -> None:
 
 def test_of_groups_in_circles_only_so_many_are_told() -> None:
     groups = "".join(f"    g{number}: {{children: [g{number}]}}\n" for number in range(SPECS.max_problems + 9))
-    inventory = f"apiVersion: mikrom/v1\nkind: Inventory\nmetadata: {{name: i}}\nspec:\n  hosts: {{hv1: }}\n  groups:\n{groups}"
+    inventory = (
+        f"apiVersion: mikrom/v1\nkind: Inventory\nmetadata: {{name: i}}\nspec:\n  hosts: {{hv1: }}\n  groups:\n{groups}"
+    )
     assert len(problems_in(inventory)) == SPECS.max_problems
 
 

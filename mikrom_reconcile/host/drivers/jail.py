@@ -251,12 +251,10 @@ def ran_out_of_memory(paths: VMPaths) -> bool:
     """Whether the kernel killed the VMM for its limit. Known until the cgroup is removed."""
     version, controllers = hierarchy()
     file = {1: "memory.oom_control", 2: "memory.events"}[version]
-    if "memory" not in controllers:
-        return False
-    with suppress(FileNotFoundError):
+    words: list[str] = []
+    with suppress(KeyError, FileNotFoundError):
         words = (controllers["memory"] / _parent_cgroup(paths) / paths.vm / file).read_text(encoding="ascii").split()
-        return words[words.index("oom_kill") + 1] != "0" if "oom_kill" in words else False
-    return False
+    return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
 
 
 def _remove_cgroups(paths: VMPaths) -> None:

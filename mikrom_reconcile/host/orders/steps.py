@@ -293,10 +293,9 @@ class ActionRun:
 
     def row_left(self) -> ObservedVM | None:
         """The row of what is there in the end; None where nothing has this name, or it could not be looked at."""
-        if self.record is None or self.record.vm != self.order.action.vm or self._left is None:
-            return None
         with suppress(ActionError):
-            return row_of(self.record, self._left, self.order.action.host, self.driver.links())
+            if self.record is not None and self.record.vm == self.order.action.vm and self._left is not None:
+                return row_of(self.record, self._left, self.order.action.host, self.driver.links())
         return None
 
     @cached_property

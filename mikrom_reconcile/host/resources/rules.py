@@ -102,7 +102,8 @@ def _published(publish: Mapping[str, int], bridge: str, tap: str, ip: str) -> It
     """Ports of the host that lead to the guest, from elsewhere, from the host itself, and from guests of the bridge."""
     name = f"publish_{tap}"
     ports = [(*port_of(text), to) for text, to in sorted(publish.items())]
-    yield _chain(f"ip chain {name}", *(f"{protocol} dport {port} dnat to {ip}:{to}" for port, protocol, to in ports))
+    lines = (f"{protocol} dport {port} dnat to {ip}:{to}" for port, protocol, to in ports)
+    yield "\n".join((f"ip chain {name}", *lines))
     for port, protocol, _ in ports:
         yield f"ip publish {protocol} . {port} : goto {name}"
     # loopback is led there, but from here alone
@@ -114,10 +115,7 @@ def _shared(bridge: str, *names: str) -> tuple[str, ...]:
     return tuple(_SHARED[name].substitute(bridge=bridge) for name in names)
 
 
-def _chain(name: str, *lines: str) -> str:
-    return "\n".join((name, *lines))
-
-
 def _named(field: str, *lines: str) -> str:
     """A chain of routed packets whose name follows from what it says."""
-    return _chain(f"ip chain {field}_{blake2b(_chain(*lines).encode(), digest_size=4).hexdigest()}", *lines)
+    said = "\n".join(lines)
+    return f"ip chain {field}_{blake2b(said.encode(), digest_size=4).hexdigest()}\n{said}"

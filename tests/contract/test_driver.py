@@ -266,7 +266,10 @@ def test_a_vmm_that_nobody_knows_is_a_stray(bench: Bench) -> None:
     ("spec", "word"),
     [
         (VMSpec(image="debian"), '"hello"'),
+        (VMSpec(image="hello", machine=Machine(vcpu_count=0)), "1 to 32"),
+        (VMSpec(image="hello", machine=Machine(vcpu_count=33)), "1 to 32"),
         (VMSpec(image="hello", machine=Machine(mem_size_mib=1)), "2 or more"),
+        (VMSpec(image="hello", boot_args="é" * 1024), "2047"),
     ],
 )
 def test_what_cannot_run_is_refused_with_a_reason_and_never_started(bench: Bench, spec: VMSpec, word: str) -> None:

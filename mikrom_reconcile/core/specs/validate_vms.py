@@ -82,6 +82,8 @@ def _image(spec: VMSpec) -> Problems:
 
 def _machine(spec: VMSpec) -> Problems:
     count, size = spec.machine.vcpu_count, spec.machine.mem_size_mib
+    if not 1 <= count <= SPECS.vcpus:
+        yield ("machine", "vcpu_count"), f"machine.vcpu_count is {count}; Firecracker takes 1 to {SPECS.vcpus}"
     if spec.machine.smt and count > 1 and count % 2:
         yield ("machine", "vcpu_count"), f"machine.vcpu_count is {count}; with machine.smt it is 1 or an even number"
     if spec.machine.huge_pages == "2M" and size % 2:
@@ -185,6 +187,12 @@ def _devices(spec: VMSpec, most: int = releases.DEVICES) -> Problems:
         yield ("drives",), f"its devices (disks, interfaces, vsock, balloon) are {count}; Firecracker takes {most}"
 
 
+def _boot_args(spec: VMSpec) -> Problems:
+    size = len(spec.boot_args.encode())
+    if size > SPECS.boot_args_bytes:
+        yield ("boot_args",), f"boot_args has {size} bytes; a kernel command line takes {SPECS.boot_args_bytes}"
+
+
 def _room_for_boot_args(spec: VMSpec) -> int:
     addressed = spec.network_interfaces and " ip=" not in f" {spec.boot_args}"
     room: int = SPECS.boot_args_bytes - SPECS.boot_args_device_bytes * (_devices_of(spec) + _root_disks(spec))
@@ -255,7 +263,7 @@ def _published(spec: VMSpec) -> Problems:
 
 
 UNSUPPORTED: Final = (
-    _image, _machine, _container, _without_interface, _mmds, _drives, _devices, _published,
+    _image, _machine, _container, _without_interface, _mmds, _drives, _devices, _boot_args, _published,
 )  # fmt: skip
 """What no host can run: each refuses it again, since its orders may come from another release."""
 

@@ -23,6 +23,8 @@ from mikrom_reconcile.core.specs.validate_vms import gets_entropy, unsupported
     ("spec", "word"),
     [
         (VMSpec(image="debian"), 'not built in as "hello" is'),
+        (VMSpec(image="hello", machine=Machine(vcpu_count=33)), "Firecracker takes 1 to 32"),
+        (VMSpec(image="hello", boot_args="é" * 1024), "boot_args has 2048 bytes"),
         (VMSpec(image="hello", drives={f"d{n}": Drive(size_mib=1) for n in range(18)}), None),
         (VMSpec(image="hello", drives={f"d{n}": Drive(size_mib=1) for n in range(19)}), "are 19; Firecracker takes 18"),
         (VMSpec(image="hello", drives={f"d{n}": Drive(size_mib=1) for n in range(18)}, vsock=Vsock()), "are 19;"),

@@ -16,6 +16,8 @@ from typing import Protocol
 import pytest
 
 from mikrom_reconcile.core.model.desired import Machine, Policy, VMSpec
+from mikrom_reconcile.core.model.errors import TemporaryError
+from mikrom_reconcile.core.model.observed import VMMFacts
 from mikrom_reconcile.host.drivers import jail
 from mikrom_reconcile.host.drivers.firecracker import FirecrackerDriver
 from mikrom_reconcile.host.drivers.jail import VMPaths
@@ -238,18 +240,47 @@ class QemuBench(RealBench):
         return driver
 
 
+class SilentDriver(SimulatedDriver):
+    """The simulated driver, whose VMs of these pids answer nobody until they are killed."""
+
+    def __init__(self, state_dir: Path, silent: set[int]) -> None:
+        super().__init__(state_dir)
+        self._silent = silent
+
+    def observe(self, record: VMRecord) -> VMMFacts:
+        facts = super().observe(record)
+        silent = VMMFacts(status="unresponsive", pid=facts.pid, age_s=facts.age_s)
+        return silent if facts.pid in self._silent else facts
+
+    def start(self, record: VMRecord, *, deadline_s: float) -> str:
+        if self._is_silent(record):
+            self.stop(record, grace_s=0)
+        return super().start(record, deadline_s=deadline_s)
+
+    def set_paused(self, record: VMRecord, *, paused: bool, deadline_s: float) -> None:
+        if self._is_silent(record):
+            raise TemporaryError("its VMM does not answer", vm=record.vm, step="pausing its guest")
+        super().set_paused(record, paused=paused, deadline_s=deadline_s)
+
+    def stop(self, record: VMRecord, *, grace_s: float) -> None:
+        super().stop(record, grace_s=0 if self._is_silent(record) else grace_s)
+
+    def _is_silent(self, record: VMRecord) -> bool:
+        return self.observe(record).status == "unresponsive"
+
+
 class SimulatedBench:
     """The driver that goes through the motions."""
 
     slowness = 1
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._silent = folder, set[int]()
         self._driver = self.another()
         self.driver: Driver = self._driver
 
     def another(self) -> SimulatedDriver:
-        return SimulatedDriver(self.folder / "state")
+        return SilentDriver(self.folder / "state", self._silent)
 
     def pids(self, vm: str) -> list[int]:
         return [stray.pid for stray in self.another().strays(()) if stray.vm == vm]
@@ -258,10 +289,10 @@ class SimulatedBench:
         self._driver.change(vm, end="killed")
 
     def hang(self, vm: str) -> None:
-        pytest.skip(f"{vm} is no process that could hang")
+        self._silent.update(self.pids(vm))
 
     def go_on(self, vm: str) -> None:
-        """Nothing hangs."""
+        self._silent.difference_update(self.pids(vm))
 
     def leftovers(self) -> list[Path]:
         return list(files_below(self.folder))

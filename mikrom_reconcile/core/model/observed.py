@@ -161,9 +161,9 @@ class ObserveQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What a run wants to know of a host. `project` limits the answer to that project's digests; None asks for every
     row of every project. `known` maps a fleet to the digest that control expects of it: rows come only for fleets that
     differ. Rows of other projects, and unreadable ones, come if some fleet differs or `others` asks for them: they may
-    have taken a name. `strays` asks for VMMs without a record, too, `images` for what is cached once `fetch` was,
-    within `fetch_s`: to fetch is an order, and signed as one, `socket` for what was started by hand with that API
-    socket. `min_healthy_s` maps a fleet to how long its VMs have to be up before they count as healthy, `trials` one
+    have taken a name. `strays` asks for VMMs without a record, too, `images` for what is cached, `socket` for what was
+    started by hand with that API socket. `fetch` is to be cached first, within `fetch_s`: that is an order, and signed
+    as one. `min_healthy_s` maps a fleet to how long its VMs have to be up before they count as healthy, `trials` one
     whose specs are on trial to the time in which that has to be (None: any). `before` asks for what VMs could go back
     to.
     """

@@ -103,7 +103,7 @@ class Call:
             self._redis.delete(self._keys.call(self.name), *self._owners)
 
     @contextmanager
-    def kept(self) -> Iterator[Self]:
+    def kept(self) -> Iterator[None]:
         """Alive inside the block, read or not: where answers are shown may stand still, as a pager does."""
         ended = threading.Event()
 
@@ -114,7 +114,7 @@ class Call:
 
         threading.Thread(target=keep, name="call", daemon=True).start()
         try:
-            yield self
+            yield
         finally:
             ended.set()
 
